@@ -47,11 +47,12 @@ def main(config: DictConfig) -> None:
     if runtime.holds_run(folder):
         raise ValueError(f"output={folder} holds a training run, whose tables would be replaced: set output=FOLDER")
     datasets = {split: data.build_dataset(config.dataset, split, None) for split in splits}  # all, before any is read
-    # Remove the files of an earlier run, which may have checked other splits or another data set.
-    for split in dict.fromkeys([*splits, *map(str, config.dataset)]):
-        for name in _files(folder, split):
-            name.unlink(missing_ok=True)
-    reports = {split: _check_split(config, split, dataset, folder) for split, dataset in datasets.items()}
+    with runtime.FolderLock(folder, "output"):
+        # Remove the files of an earlier run, which may have checked other splits or another data set.
+        for split in dict.fromkeys([*splits, *map(str, config.dataset)]):
+            for name in _files(folder, split):
+                name.unlink(missing_ok=True)
+        reports = {split: _check_split(config, split, dataset, folder) for split, dataset in datasets.items()}
 
     from ccnet.data.label_checks import absent_classes, differing_classes, shared_images
 
@@ -78,12 +79,11 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
 
 def _check_split(config: DictConfig, split: str, dataset: Any, folder: Path) -> "DatasetReport | ObjectReport":
     """Print a summary of a split, write its table and samples, and return its report."""
-    from ccnet.data.label_checks import unpaired_sides
+    from ccnet.data.label_checks import unpaired_sides, unused_masks
 
     sides = unpaired_sides(dataset.classes, config.recipe.train_transform)  # raises ValueError before anything is read
     labelled = hasattr(dataset, "read_labels")
     report, table = _inspect_labels(config, split, dataset) if labelled else _inspect_objects(config, split, dataset)
-    folder.mkdir(parents=True, exist_ok=True)
     table_path, samples_path = _files(folder, split)
     print(f"\n{_summary(split, dataset, report)}")
     if labelled and (found := cast(Any, report).statistics()):
@@ -94,8 +94,8 @@ def _check_split(config: DictConfig, split: str, dataset: Any, folder: Path) -> 
                 "note: images of more than 8 bits are nearly black when scaled by their full range: set "
                 "dataset.value_range=[BLACK,WHITE] to the range of their values, such as [0,4095] for 12 bits"
             )
-    if unused := getattr(dataset, "masks_without_image", list)():
-        print(f"note: masks that belong to no image and are not used: {len(unused)}, such as {unused[0]}")
+    for line in unused_masks([dataset]):
+        print(f"note: {line}")
     if sides and split in ("train", "all"):
         print(f"note: {sides[0]}")
     if table:

@@ -31,9 +31,9 @@ def main(config: DictConfig) -> None:
     if not evaluation.task_of(saved.config).predicts_label_maps:
         raise ValueError(f"checkpoint={config.checkpoint} detects objects: only segmentation networks can be exported")
     model = checkpoints.network(saved)
-    output.parent.mkdir(parents=True, exist_ok=True)
     frames = saved.dataset.get("frames", 1)
-    error = checkpoints.export_onnx(model, output, classes=saved.classes, size=size, frames=frames)
+    with runtime.FolderLock(output.parent, "output", output.name):
+        error = checkpoints.export_onnx(model, output, classes=saved.classes, size=size, frames=frames)
     shown = f"clips of {frames} frames" if frames > 1 else "images"
     shown += f" of {size[0]}x{size[1]}" if size else " of any size"
     print(f"{output}: {shown}; ONNX Runtime's logits are within {error:.1e} of the network's")

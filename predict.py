@@ -19,7 +19,7 @@ the ground truth and marks errors. A detection network writes NAME.json, the obj
 class name ("category") and without an image id, and NAME_overlay.png, with the likely objects drawn over the image.
 
 Images that cannot be read or predicted are skipped and listed at the end; the exit code is then 1. Files that an
-earlier prediction left for the images in the same folder, such as NAME_attention.png, are kept and named. Only one
+earlier prediction left in the same folder, such as NAME_attention.png or a comparison, are kept and named. Only one
 process at a time writes to a folder.
 """
 
@@ -86,7 +86,7 @@ def _segment(
     compare = len(loaded) > 1 or config.labels is not None
     _check_options(config)
     endings = _endings(config)
-    prediction.check_outputs(images, output, endings, ["comparison.png"] if compare else [])
+    prediction.check_outputs(images, output, endings, [prediction.COMPARISON] if compare else [])
     truth = _ground_truth(config, loaded[0], images)
     framework = training.choose_framework(config.framework, config.device)
     predictors = [_predictor(config, saved, framework) for saved in loaded]
@@ -122,7 +122,8 @@ def _segment(
             print(line)
         if done := len(images) - len(skipped.images):
             print(f"masks and overlays in {output}, images: {done}")
-        _name_earlier_files(images, output, endings, skipped)
+        others = [prediction.COMPARISON] * compare + [path.name for path in [video_path] if path]
+        _name_earlier_files(images, output, endings, skipped, others)
     skipped.report(len(images))
 
 
@@ -198,10 +199,14 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
 
 
 def _name_earlier_files(
-    images: Sequence["InputImage"], output: Path, endings: Sequence[str], skipped: "SkippedImages"
+    images: Sequence["InputImage"],
+    output: Path,
+    endings: Sequence[str],
+    skipped: "SkippedImages",
+    others: Sequence[str] = (),
 ) -> None:
-    """Print the files that an earlier prediction left for these images in ``output``."""
-    if earlier := prediction.earlier_files(images, output, endings, skipped.images):
+    """Print what an earlier prediction of these images left in ``output``."""
+    if earlier := prediction.earlier_files(images, output, endings, skipped.images, others):
         more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
         print(f"left by an earlier prediction: {earlier[0]}{more}")
 

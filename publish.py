@@ -42,16 +42,16 @@ def main(config: DictConfig) -> None:
     stored = replace(stored, scores=scores._asdict())
     protocol = saved.config.get("protocol", {}).get("_target_", "Whole").rpartition(".")[2]
     scored_on = f"Percent on the {len(dataset)} images of the val split, protocol {protocol}."
-    checkpoints.write_folder(stored, output)
-    prediction.write_card(stored, output, scored_on=scored_on + note, record=record)
+    with runtime.FolderLock(output, "output"):
+        checkpoints.write_folder(stored, output)
+        prediction.write_card(stored, output, scored_on=scored_on + note, record=record)
     size = (output / "model.safetensors").stat().st_size / 1e6
     print(f"{evaluation.headline_text(scores)}\n{output}: {size:.1f} MB of weights, with config.json and README.md")
 
 
 def _check_output(output: Path) -> None:
     """Raise ValueError if `output` is a file, holds a run, or holds other files that would be overwritten."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output={output} is a file: set output=FOLDER")
+    runtime.refuse_file(output, "output")
     if runtime.holds_run(output):
         raise ValueError(
             f"output={output} holds a run, and checkpoint={output} would no longer mean its best weights: choose "

@@ -42,7 +42,10 @@ def main(config: DictConfig) -> float | None:
 
     A run without a score returns None, which tells a search that the trial has failed.
     """
-    return _start_run(config, Path(HydraConfig.get().runtime.output_dir))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra):
+        _check_resumed(config, folder, "hydra.run.dir")
+    return _start_run(config, folder)
 
 
 def run(*overrides: str, folder: str | Path) -> float | None:
@@ -53,7 +56,7 @@ def run(*overrides: str, folder: str | Path) -> float | None:
     Args:
         *overrides: command-line options, such as ``"dataset=folder"`` and ``"dataset.images=photos"``.
         folder: the output folder. A new run refuses a folder that already contains a run; ``"resume=auto"`` continues
-            that run if its configuration and data are the same.
+            that run if its configuration and data are the same. With ``"resume=FOLDER"``, it must be that folder.
 
     Raises:
         ValueError: an option or the data set is invalid; the message says how to fix it.
@@ -75,7 +78,9 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         with runtime.as_command_line(overrides):
             config = compose_conf([*overrides], "config")
             refuse_unread(config, "config")
-            return _start_run(config, runtime.given_path(folder))
+            output = runtime.given_path(folder)
+            _check_resumed(config, output, "folder")
+            return _start_run(config, output)
     except HydraException as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         hint = similar_options(overrides, "config")
@@ -93,11 +98,28 @@ def _check_called(overrides: Sequence[object]) -> None:
     for override in overrides:
         if not isinstance(override, str):
             raise TypeError(f"got {type(override).__name__}: pass each option as a string, run(*options, folder=DIR)")
+        if override.startswith(("--config-dir", "-cd")):
+            raise ValueError(
+                f"{override} only applies to the command line: start ccnet-train with it in a process of its own, such "
+                "as with subprocess.run"
+            )
         if override.lstrip("+").startswith(("hydra.", "hydra/", "-")):
             raise ValueError(
                 f"{override} only applies to the command line: remove it. folder=DIR sets the output folder, and a "
                 "loop over calls of run replaces a sweep"
             )
+
+
+def _check_resumed(config: DictConfig, folder: Path, option: str) -> None:
+    """Raise ValueError if ``resume`` names another folder than `option`, to which nothing would be written."""
+    if config.resume in (None, "auto"):
+        return
+    resumed = runtime.given_path(config.resume)
+    if resumed.is_dir() and resumed.resolve() != folder.resolve():
+        raise ValueError(
+            f"{option}={folder}, but resume={resumed} continues the run in its own folder: set {option}={resumed}, or "
+            f"start a new run from its best weights with init={resumed}"
+        )
 
 
 def _start_run(config: DictConfig, folder: Path) -> float | None:
@@ -202,7 +224,7 @@ def _checked_framework(config: DictConfig, folder: Path, *, resumed: bool) -> "t
 
 def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.ImageDataset, data.ImageDataset, list[str]]":
     """Return the training and validation sets, with warnings from a first look at their labels."""
-    from ccnet.data.label_checks import differing_classes, unpaired_sides
+    from ccnet.data.label_checks import differing_classes, unpaired_sides, unused_masks
 
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
@@ -214,6 +236,7 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
         [
             *data.first_look(train_set, "train", skip_broken=config.skip_broken),
             *data.first_look(val_set, "val"),
+            *unused_masks([train_set, val_set]),
             *unpaired_sides(train_set.classes, config.recipe.train_transform),
         ],
     )

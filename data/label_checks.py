@@ -49,6 +49,13 @@ def first_look(dataset: Any, split: str, *, skip_broken: int = 0) -> list[str]:
     return lines
 
 
+def unused_masks(datasets: Sequence[Any]) -> list[str]:
+    """Return a line if masks of the data sets, which may share a folder of masks, belong to no image."""
+    found = [path for dataset in datasets for path in getattr(dataset, "masks_without_image", list)()]
+    number = len(set(found))
+    return [f"masks that belong to no image and are not used: {number}, such as {found[0]}"] if found else []
+
+
 def unknown_values(dataset: Any, report: DatasetReport, split: str) -> str:
     """Return a line that lists the most frequent unknown values in a report."""
     rows = report.unknown_rows(5)

@@ -3,6 +3,7 @@
 Shapes: N images, E embedding channels, P = N * h * w pixels, K = 256 label values.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from einops import rearrange
@@ -149,7 +150,7 @@ class CategoryConsistent(Module):
         ignore_index, delta_v, delta_d, alpha, beta, gamma, distance, sync: see :func:`category_consistent_loss`.
 
     Raises:
-        ValueError: ``distance`` is unknown, a number is negative, or phi would not be continuous.
+        ValueError: ``distance`` is unknown, a number is negative, infinite or NaN, or phi would not be continuous.
     """
 
     output = "embedding"
@@ -169,10 +170,11 @@ class CategoryConsistent(Module):
         super().__init__()
         _check_distance(distance)
         numbers = {"delta_v": delta_v, "delta_d": delta_d, "alpha": alpha, "beta": beta, "gamma": gamma}
-        if min(numbers.values()) < 0 or (distance == "piecewise" and delta_v > delta_d):
+        valid = all(0 <= number < math.inf for number in numbers.values())
+        if not valid or (distance == "piecewise" and delta_v > delta_d):
             raise ValueError(
-                f"the category consistent loss has {numbers}: set numbers of at least 0, and for the piecewise "
-                "distance delta_v <= delta_d"
+                f"the category consistent loss has {numbers}: set finite numbers of at least 0, and for the "
+                "piecewise distance delta_v <= delta_d"
             )
         self.options: dict[str, Any] = {"ignore_index": ignore_index, "distance": distance, "sync": sync, **numbers}
 

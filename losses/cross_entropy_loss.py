@@ -1,5 +1,6 @@
 """Cross entropy averaged over the valid pixels."""
 
+import math
 from collections.abc import Sequence
 
 from .all_reduce import sum_over_processes
@@ -46,6 +47,9 @@ class CrossEntropy(Module):
         output: the name of the output, such as "out" or "aux".
         ignore_index: label of the pixels to ignore.
         class_weights: one weight per class, or None.
+
+    Raises:
+        ValueError: a weight is negative, infinite or NaN.
     """
 
     class_weights: Array | None
@@ -54,6 +58,8 @@ class CrossEntropy(Module):
         super().__init__()
         self.output = output
         self.ignore_index = ignore_index
+        if class_weights is not None and not all(0 <= weight < math.inf for weight in class_weights):
+            raise ValueError(f"class_weights is {list(class_weights)}: set finite numbers of at least 0")
         self.register_buffer("class_weights", float_array(class_weights), persistent=False)
 
     def forward(self, output: dict[str, Array], labels: Array) -> Array:

@@ -1,6 +1,7 @@
 """Online hard example mining (OHEM), as in the CCNet authors' code."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from einops import rearrange
 
@@ -101,7 +102,7 @@ class OhemCrossEntropy(CrossEntropy):
         output, ignore_index, class_weights: see :class:`ccnet.losses.CrossEntropy`.
 
     Raises:
-        ValueError: ``threshold`` is not a probability, or ``min_kept`` is negative.
+        ValueError: ``threshold`` is not a probability, or ``min_kept`` is not a whole number of at least 0.
     """
 
     def __init__(
@@ -115,10 +116,10 @@ class OhemCrossEntropy(CrossEntropy):
         sync: bool = True,
     ):
         super().__init__(output=output, ignore_index=ignore_index, class_weights=class_weights)
-        if not (0 <= threshold <= 1 and min_kept >= 0):
+        if not (0 <= threshold <= 1 and isinstance(min_kept, Integral) and min_kept >= 0):
             raise ValueError(
-                f"OHEM's threshold is {threshold} and its min_kept {min_kept}: set a probability from 0 to 1, such as "
-                "0.7, and a number of pixels of at least 0"
+                f"OHEM's threshold is {threshold} and its min_kept {min_kept!r}: set a probability from 0 to 1, such "
+                "as 0.7, and a whole number of pixels of at least 0, such as 100000"
             )
         self.threshold = threshold
         self.min_kept = min_kept

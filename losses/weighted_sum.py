@@ -1,5 +1,6 @@
 """The training loss, a weighted sum of terms."""
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import add
@@ -19,8 +20,8 @@ class WeightedSum(Module):
         ramp: name -> iterations over which the weight of a term rises linearly from 0; 0 or no entry disables the ramp.
 
     Raises:
-        ValueError: terms and weights have different names, a ramp names an unknown term or is negative, a weight is
-            negative, or every weight is 0.
+        ValueError: terms and weights have different names, a ramp names an unknown term, a weight or a ramp is
+            negative, infinite or NaN, or every weight is 0.
     """
 
     def __init__(
@@ -29,12 +30,14 @@ class WeightedSum(Module):
         super().__init__()
         if set(terms) != set(weights):
             raise ValueError(f"loss terms {sorted(terms)} need one weight each, got {sorted(weights)}")
-        if not any(weights.values()) or min(weights.values()) < 0:
-            raise ValueError(f"loss.weights is {dict(weights)}: set numbers of at least 0, and one or more above 0")
+        if not any(weights.values()) or not all(0 <= weight < math.inf for weight in weights.values()):
+            raise ValueError(
+                f"loss.weights is {dict(weights)}: set finite numbers of at least 0, and one or more above 0"
+            )
         if unknown := sorted(set(ramp or {}) - set(terms)):
             raise ValueError(f"loss.ramp names {unknown}, but the loss terms are {sorted(terms)}")
-        if negative := {name: length for name, length in (ramp or {}).items() if length < 0}:
-            raise ValueError(f"loss.ramp is {negative}: set a number of iterations, or 0 to disable it")
+        if invalid := {name: length for name, length in (ramp or {}).items() if not 0 <= length < math.inf}:
+            raise ValueError(f"loss.ramp is {invalid}: set a number of iterations, or 0 to disable it")
         self.ramp = {name: length for name, length in (ramp or {}).items() if length}
         self.terms = ModuleDict({name: term for name, term in terms.items() if weights[name]})
         self.weights = {name: float(weights[name]) for name in self.terms}

@@ -21,7 +21,7 @@ from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.commands.arguments import check_overrides
 from ccnet.engine.guards import plain
-from ccnet.engine.runtime import as_command_line
+from ccnet.engine.runtime import FolderLock, as_command_line
 from ccnet.engine.runtime.atomic_files import given_path
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
@@ -153,6 +153,28 @@ def test_an_output_of_the_wrong_kind_is_rejected(run_entry, tmp_path):
     assert f"error: output={tmp_path} is a folder: set the file to write, such as" in message
     message = refused(run_entry, tmp_path, "publish.py", f"checkpoint={checkpoints.DEFAULT}", f"output={tmp_path}/file")
     assert f"error: output={tmp_path}/file is a file: set output=FOLDER" in message
+    message = refused(run_entry, tmp_path, "check_data.py", *TINY[:1], f"output={tmp_path}/file/new")
+    assert f"error: {tmp_path}/file is a file: set output=FOLDER" in message
+
+
+def test_a_run_is_not_continued_in_another_folder(run_entry, tmp_path):
+    (tmp_path / "old").mkdir()
+    message = refused(run_entry, tmp_path, "train.py", f"resume={tmp_path / 'old'}", "hydra.run.dir=new")
+    assert f"/new, but resume={tmp_path}/old continues the run in its own folder: set hydra.run.dir=" in message
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "stem"),
+    [
+        (("check_data.py",), "out", ""),
+        (("export.py", f"checkpoint={checkpoints.DEFAULT}"), "out/net.onnx", "net.onnx"),
+    ],
+)
+def test_two_processes_do_not_write_the_same_output(run_entry, tmp_path, command, output, stem):
+    """One would replace the file of the other by a half-written one."""
+    with FolderLock(tmp_path / "out", stem=stem):
+        message = refused(run_entry, tmp_path, *command, f"output={tmp_path / output}")
+    assert f"error: {tmp_path / 'out' / stem} is in use by process" in message
 
 
 def test_commands_start_although_argparse_of_python_3_14_checks_the_help_of_every_option(run_entry, monkeypatch):

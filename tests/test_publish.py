@@ -96,6 +96,9 @@ def test_publishing_overwrites_neither_a_run_nor_the_files_of_something_else(run
     assert f"error: {tmp_path}/README.md belongs to something else and would be overwritten" in done.stderr
     assert not (run_folder / "model.safetensors").exists() and (tmp_path / "README.md").read_text() == "mine"
     (tmp_path / "README.md").unlink()
+    with runtime.FolderLock(tmp_path):
+        done = run_entry("publish.py", f"checkpoint={run_folder}", f"output={tmp_path}", *HERE, ok=False)
+    assert f"error: {tmp_path} is in use by process" in done.stderr
     (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')  # a network of another project
     (tmp_path / "model.safetensors").write_text("theirs")
     done = run_entry("publish.py", f"checkpoint={run_folder}", f"output={tmp_path}", *HERE, ok=False)

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that store values unchanged
@@ -106,9 +107,21 @@ def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) 
                 yield folder / entry.name
 
 
+class Matched(NamedTuple):
+    """The files in a folder of images and in one of label images.
+
+    Attributes:
+        pairs: paths of each image and its label image.
+        unused: the label images without an image.
+    """
+
+    pairs: list[tuple[Path, Path]]
+    unused: list[Path]
+
+
 def match_by_name(
     images: Path, labels: Path, *, image_name: str = "*", label_name: str = "*", skip_unlabelled: bool = False
-) -> list[tuple[Path, Path]]:
+) -> Matched:
     """Pair the images in one folder with the label images in another, which must have the same subfolders.
 
     Args:
@@ -142,7 +155,10 @@ def match_by_name(
             f"{_suggestion(there, without, label_name, some=some)}"
             f"{'' if label_files or images == labels else _about_lossy(present)}"
         )
-    return [(path, labels_by_key[key]) for key, path in images_by_key.items() if key in labels_by_key]
+    return Matched(
+        [(path, labels_by_key[key]) for key, path in images_by_key.items() if key in labels_by_key],
+        [path for key, path in labels_by_key.items() if key not in images_by_key],
+    )
 
 
 def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str = "*", label_name: str = "*") -> list[Path]:

@@ -83,6 +83,9 @@ class LabelReader:
             grey and palette images, or RGB triples, for colour images.
         smoothed: the names of label images in which some outlines are known to be smoothed; pixels of other values are
             ignored in them.
+
+    Raises:
+        ValueError: a class index is above 253.
     """
 
     def __init__(
@@ -90,6 +93,11 @@ class LabelReader:
         label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | Mapping[Value, int],
         smoothed: Collection[str] = (),
     ):
+        if too_high := [index for index in label_ids.values() if index >= _UNKNOWN and index != IGNORE_INDEX]:
+            raise ValueError(
+                f"a value of the label images is mapped to class {max(too_high)}: classes are numbered from 0 to "
+                f"{_UNKNOWN - 1}, because labels are uint8 and {IGNORE_INDEX} is ignored; merge classes"
+            )
         self.label_ids, self.smoothed = label_ids, smoothed
         values = np.array(list(label_ids))
         self.colour = values.ndim == 2

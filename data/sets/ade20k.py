@@ -6,7 +6,7 @@ from typing import Any
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import find_files, match_by_name, without_image
+from ..reading.file_lists import find_files, match_by_name
 from ..reading.label_files import LabelFormat
 from . import layouts
 from .class_table import read_classes
@@ -23,8 +23,9 @@ class ADE20K(ImagePairs):
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         images, *labels = layouts.ADE20K.find(root, split)
-        self._folders = [(images, folder) for folder in labels]
-        pairs = match_by_name(images, labels[0]) if labels else [(path, None) for path in find_files(images)]
+        matched = match_by_name(images, labels[0]) if labels else None
+        self._unused = matched.unused if matched else []
+        pairs = matched.pairs if matched else [(path, None) for path in find_files(images)]
         if not pairs:
             raise FileNotFoundError(f"{images} contains no images")
         classes = read_classes("ade20k")
@@ -43,4 +44,4 @@ class ADE20K(ImagePairs):
 
     def masks_without_image(self) -> list[Path]:
         """Return the label images whose image is missing, as after an incomplete download."""
-        return without_image(self._folders)
+        return list(self._unused)

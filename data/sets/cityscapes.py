@@ -6,7 +6,7 @@ from typing import Any
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import check_files, find_files, without_image
+from ..reading.file_lists import check_files, find_files
 from ..reading.label_files import LabelFormat
 from . import layouts
 from .class_table import read_classes
@@ -34,7 +34,7 @@ class Cityscapes(ImagePairs):
         images = [path for folder in folders for path in find_files(folder, pattern="*/*_leftImg8bit.png")]
         if not images:
             raise FileNotFoundError(f"{folders[0]} contains no CITY/*_leftImg8bit.png\n{layouts.CITYSCAPES.tree}")
-        self._folders = [(folder, folder.parents[1] / "gtFine" / folder.name) for folder in folders]
+        self._label_folders = [folder.parents[1] / "gtFine" / folder.name for folder in folders]
         self._labels = labels
         pairs = [(path, None if split == "test" else _label_path(path, labels)) for path in images]
         super().__init__(
@@ -60,8 +60,10 @@ class Cityscapes(ImagePairs):
 
     def masks_without_image(self) -> list[Path]:
         """Return the label images whose image is missing, as after an incomplete download."""
-        stored = self.label_format(self.classes, labels=self._labels)
-        return without_image(self._folders, image_name=stored.image_name, label_name=stored.label_name)
+        used = {_label_path(image, self._labels) for image, _ in self.pairs}
+        pattern = f"*/*_gtFine_{self._labels}.png"
+        present = (path for folder in self._label_folders for path in find_files(folder, pattern=pattern))
+        return [path for path in present if path not in used]
 
 
 def _label_path(image: Path, labels: str) -> Path:

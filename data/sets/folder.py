@@ -70,8 +70,11 @@ class Folder(ImagePairs):
         self._patterns = {"image_name": image_name, "label_name": mask_name}
         self._folders = dict.fromkeys(folders)
         listed = None if split == "all" else lists
-        matched = (match_by_name(*both, **self._patterns, skip_unlabelled=bool(listed)) for both in self._folders)
-        pairs = [pair for found in matched for pair in found]
+        matched = [match_by_name(*both, **self._patterns, skip_unlabelled=bool(listed)) for both in self._folders]
+        pairs = [pair for found in matched for pair in found.pairs]
+        unused = dict.fromkeys(mask for found in matched for mask in found.unused)
+        used = {mask for _, mask in pairs} if unused else set()
+        self._unused = [mask for mask in unused if mask not in used]
         if listed:
             chosen = _listed_pairs(pairs, folders[0][0], split, listed, images, masks)
         elif split == "all" or (split in own and split != "train"):
@@ -116,6 +119,8 @@ class Folder(ImagePairs):
         for part in parts:
             with suppress(FileNotFoundError):  # another split, whose folder may be elsewhere
                 folders[find_folders(images, masks, part)] = None
+        if not self._unused or len(folders) == len(self._folders):  # searching large folders again would take seconds
+            return list(self._unused)
         unused = without_image(folders, **self._patterns)
         return [path for path in unused if any(path.is_relative_to(own) for _, own in self._folders)]
 

@@ -28,7 +28,9 @@ _SMALL = 1024  # elements; smaller tensors, such as the mean colour and norms of
 
 
 def write_folder(saved: Checkpoint, folder: Path) -> None:
-    """Write config.json and model.safetensors, each atomically; see :func:`half_precision` for smaller files.
+    """Write config.json and model.safetensors; see :func:`half_precision` for smaller files.
+
+    Both are complete before either replaces an earlier one, so that a process that is killed leaves none or both.
 
     Args:
         saved: the checkpoint; its training state is not written.
@@ -42,9 +44,9 @@ def write_folder(saved: Checkpoint, folder: Path) -> None:
         "scores": saved.scores,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS) as unfinished:
-        write_safetensors(unfinished, saved.weights, {"format": "pt"})
-    write_json(folder / CONFIG, content)
+    with replacing(folder / CONFIG) as config, replacing(folder / WEIGHTS) as weights:
+        write_json(config, content)
+        write_safetensors(weights, saved.weights, {"format": "pt"})
 
 
 def is_folder(path: Path) -> bool:

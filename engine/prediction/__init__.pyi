@@ -2,6 +2,7 @@ from .attention_maps import attention_of_point as attention_of_point
 from .attention_maps import check_attention as check_attention
 from .attention_maps import criss_cross_of as criss_cross_of
 from .ground_truth import GroundTruth as GroundTruth
+from .inputs import COMPARISON as COMPARISON
 from .inputs import InputImage as InputImage
 from .inputs import SkippedImages as SkippedImages
 from .inputs import check_outputs as check_outputs

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ...data.reading.file_lists import IMAGE_SUFFIXES, find_files
 from ..runtime.atomic_files import given_path
+from ..runtime.run_folder import refuse_file
 
 Result = TypeVar("Result")
 
@@ -17,7 +18,10 @@ Result = TypeVar("Result")
 _ENDINGS = (
     ".png", "_overlay.png", "_attention.png", "_probabilities.npz", "_probabilities", "_logits.npz", ".json"
 )  # fmt: skip
+COMPARISON = "comparison.png"
 _DIGITS = 4  # minimum number of digits of a frame number in a name
+_FRAME = re.compile(rf"(.+)_[0-9]{{{_DIGITS},}}", re.DOTALL)
+_FRAME_FILE = re.compile(f"{_FRAME.pattern}(?:{'|'.join(map(re.escape, _ENDINGS))})", re.DOTALL)
 _LISTED = 50  # maximum number of skipped images in a message
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of the output folder, which no other image avoids
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -86,8 +90,7 @@ def check_outputs(images: Sequence[InputImage], output: Path, endings: Sequence[
         endings: those of the output files of an image, such as ".png" and "_overlay.png".
         reserved: names of other files in the output folder, such as "comparison.png".
     """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output={output} is a file: set output=FOLDER")
+    refuse_file(output, "output")
     for folder, parent in {(output / image.name.parent, image.path.parent) for image in images}:
         if folder.resolve() == parent.resolve():
             raise ValueError(f"output={output} is the folder of the input, whose images a mask could overwrite")
@@ -104,18 +107,38 @@ def check_outputs(images: Sequence[InputImage], output: Path, endings: Sequence[
 
 
 def earlier_files(
-    images: Sequence[InputImage], output: Path, endings: Sequence[str], skipped: Collection[InputImage] = ()
+    images: Sequence[InputImage],
+    output: Path,
+    endings: Sequence[str],
+    skipped: Collection[InputImage] = (),
+    others: Sequence[str] = (),
 ) -> list[Path]:
-    """Return the files of these images in the output folder that this prediction has not written.
+    """Return what an earlier prediction of these images left in the output folder and this one has not written.
+
+    These are files of the images, files of further frames, which the input has lost since, a comparison, and videos.
 
     Args:
         images, output, endings: see :func:`check_outputs`.
         skipped: those of the images for which nothing was written.
+        others: names of other files that this prediction has written, such as "comparison.png".
     """
+    from ..drawing.video import SUFFIXES  # imports numpy
+
     written = {f"{image.name}{ending}" for image in images if image not in skipped for ending in endings}
-    written |= {str(folder) for image in images for folder in image.name.parents}
-    names = (f"{image.name}{ending}" for image in images for ending in _ENDINGS)
-    return [output / name for name in names if name not in written and (output / name).exists()]
+    written |= {str(folder) for image in images for folder in image.name.parents} | {*others}
+    names = [f"{image.name}{ending}" for image in images for ending in _ENDINGS]
+    names += [*_frame_files(images, output), COMPARISON]
+    names += sorted(path.name for path in output.glob("*.*") if path.suffix.lower() in SUFFIXES)
+    return [output / name for name in dict.fromkeys(names) if name not in written and (output / name).exists()]
+
+
+def _frame_files(images: Sequence[InputImage], output: Path) -> list[str]:
+    """Return the names of the output files of all frames, past and present, of the images that are frames of a file."""
+    numbered = (_FRAME.fullmatch(str(image.name)) for image in images if image.frame is not None)
+    stems = {match[1] for match in numbered if match}
+    folders = {output / PurePath(stem).parent for stem in stems}
+    names = sorted(str(path.relative_to(output)) for folder in folders for path in folder.glob("*"))
+    return [name for name in names if (match := _FRAME_FILE.fullmatch(name)) and match[1] in stems]
 
 
 def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[InputImage]:

@@ -16,7 +16,7 @@ from ..drawing.video import Video
 from ..evaluation.protocols import averages_probabilities
 from .attention_maps import attention_of_point
 from .ground_truth import GroundTruth
-from .inputs import InputImage, frames_before
+from .inputs import COMPARISON, InputImage, frames_before
 from .predictor import Predictor
 from .score_files import wanted_scores
 
@@ -138,7 +138,7 @@ class LabelMaps:
         """Save the comparison, titled with the names of the networks, and return the summary lines to print."""
         lines: list[str] = []
         if self._rows:
-            path = self.output / "comparison.png"
+            path = self.output / COMPARISON
             drawing.save_side_by_side(path, self._rows, names, self.classes, self.palette)
             lines.append(f"comparison in {path}")
         if self._reduced:

@@ -19,6 +19,7 @@ from .run_folder import PREVIOUS as PREVIOUS
 from .run_folder import FolderLock as FolderLock
 from .run_folder import FolderTaken as FolderTaken
 from .run_folder import holds_run as holds_run
+from .run_folder import refuse_file as refuse_file
 from .stop_signals import Stopped as Stopped
 from .stop_signals import StopRequest as StopRequest
 from .stop_signals import stopped_like_ctrl_c as stopped_like_ctrl_c

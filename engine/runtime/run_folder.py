@@ -49,6 +49,7 @@ class FolderLock:
         stem: lock only the files whose names start with it; others can be written to the folder at the same time.
 
     Raises:
+        ValueError: the folder is a file, or would be inside one.
         FolderTaken: another process holds the lock. If it is on another machine, this process first waits for two
             minutes, because a file server holds the locks of a dead machine for a while.
     """
@@ -97,6 +98,7 @@ class FolderLock:
     def _try(self) -> int | None:
         """Return a descriptor of the locked file; None if another process has locked it."""
         while True:
+            refuse_file(self.folder, self._option)
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -124,6 +126,13 @@ class FolderLock:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
+
+
+def refuse_file(folder: Path, option: str) -> None:
+    """Raise ValueError if a folder that an option selects is a file, or would be inside one."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{f'{option}={path}' if path == folder else path} is a file: set {option}=FOLDER")
 
 
 def holds_run(folder: Path) -> bool:

@@ -185,6 +185,7 @@ def _lock(folder: Path) -> None:
     _release()  # an earlier sweep of this process may have failed
     try:
         with _writable(option := "hydra.sweep.dir", folder):
+            folder.mkdir(parents=True, exist_ok=True)
             _HELD.append(FolderLock(folder, option))
     except FolderTaken as error:
         raise SystemExit(f"error: {error}") from error

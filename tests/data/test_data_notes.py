@@ -5,13 +5,15 @@ import shutil
 import numpy as np
 import pytest
 from coco_data import write_coco
-from conftest import write_pair
+from conftest import configured, write_pair
 from PIL import Image
 from user_files import write_png
 
 from ccnet.data.inspection import inspect_dataset
 from ccnet.data.label_checks import shared_images
 from ccnet.data.sets import Folder
+from ccnet.engine.evaluation.tasks.semantic import Semantic
+from ccnet.train import _data_sets
 
 
 def reports(root, lists):
@@ -62,6 +64,20 @@ def test_notes_are_printed(tmp_path, run_entry):
     (tmp_path / "images" / "c.png").unlink()
     np.save(tmp_path / "images" / "c.npy", np.ones((48, 64, 3), np.uint8))
     assert "nearly black" not in run_entry(*options).stdout
+
+
+def test_training_warns_of_masks_without_an_image_and_does_not_search_the_folders_again(tmp_path, monkeypatch):
+    """As after a copy of half of the images."""
+    for name in "abcd":
+        write_pair(tmp_path / "images" / f"{name}.png", tmp_path / "masks" / f"{name}.png", classes=2)
+    folders = f"dataset.images={tmp_path / 'images'}", f"dataset.masks={tmp_path / 'masks'}", "dataset.classes=2"
+    config = configured("dataset=folder", *folders)
+    monkeypatch.setattr("ccnet.data.sets.folder.without_image", None)
+    assert _data_sets(config, Semantic())[2] == []
+    for name in "ad":
+        (tmp_path / "images" / f"{name}.png").unlink()
+    told = f"masks that belong to no image and are not used: 2, such as {tmp_path / 'masks' / 'a.png'}"
+    assert _data_sets(config, Semantic())[2] == [told]
 
 
 @pytest.mark.slow

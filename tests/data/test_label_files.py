@@ -47,6 +47,12 @@ def test_a_palette_mask_is_read_by_index(folder_data):
     assert read_folder(images, masks)[0][1].unique().tolist() == [0, 1, 2]
 
 
+def test_more_classes_than_uint8_labels_can_have_are_refused():
+    for highest in (254, 299):
+        with pytest.raises(ValueError, match=f"mapped to class {highest}: classes are numbered from 0 to 253"):
+            LabelReader({index: index for index in range(highest + 1) if index != 255} | {1000: 255})
+
+
 @pytest.mark.parametrize(
     "label_ids",
     [

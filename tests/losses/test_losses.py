@@ -320,15 +320,23 @@ def test_errors_name_a_missing_output_and_mismatched_weights():
             check()
     with pytest.raises(ValueError, match="need one weight each"):
         WeightedSum({"main": CrossEntropy()}, {"man": 1.0})
-    for weight in (0, -1):
-        with pytest.raises(ValueError, match=rf"loss.weights is {{'main': {weight}}}: set numbers of at least 0"):
+    for weight in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(
+            ValueError, match=rf"loss.weights is {{'main': {weight}}}: set finite numbers of at least 0"
+        ):
             WeightedSum({"main": CrossEntropy()}, {"main": weight})
-    with pytest.raises(ValueError, match=r"loss.ramp is {'main': -5}: set a number of iterations"):
-        WeightedSum({"main": CrossEntropy()}, {"main": 1}, {"main": -5})
-    for mining in ({"threshold": 70}, {"min_kept": -1}):  # 70 percent is 0.7
-        with pytest.raises(ValueError, match=r"set a probability from 0 to 1, such as 0\.7, and a number of pixels"):
+    for length in (-5, float("nan")):
+        with pytest.raises(ValueError, match=rf"loss.ramp is {{'main': {length}}}: set a number of iterations"):
+            WeightedSum({"main": CrossEntropy()}, {"main": 1}, {"main": length})
+    for weight in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"class_weights is \[1, {weight}\]: set finite numbers of at least 0"):
+            CrossEntropy(class_weights=[1, weight])
+    for mining in ({"threshold": 70}, {"min_kept": -1}, {"min_kept": 1000.0}):  # 70 percent is 0.7
+        with pytest.raises(
+            ValueError, match=r"set a probability from 0 to 1, such as 0\.7, and a whole number of pixels"
+        ):
             OhemCrossEntropy(**mining)
-    for numbers in ({"delta_v": 2}, {"delta_v": -0.1}, {"beta": -1}):
+    for numbers in ({"delta_v": 2}, {"delta_v": -0.1}, {"beta": -1}, {"beta": float("nan")}):
         with pytest.raises(ValueError, match=r"at least 0, and for the piecewise distance delta_v <= delta_d"):
             CategoryConsistent(**numbers)
     with pytest.raises(ValueError, match="distance is 'linear'"):

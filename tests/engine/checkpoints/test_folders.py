@@ -6,6 +6,7 @@ import math
 import socket
 import warnings
 from dataclasses import replace
+from unittest.mock import Mock
 
 import huggingface_hub
 import numpy as np
@@ -52,6 +53,15 @@ def changed(folder, tmp_path):
         return tmp_path
 
     return copy
+
+
+@pytest.mark.parametrize("failing", ["write_json", "write_safetensors"])
+def test_weights_are_never_without_their_configuration(network, tmp_path, monkeypatch, failing):
+    """publish.py would refuse the folder as one of another project, or the old configuration would describe them."""
+    monkeypatch.setattr(folders, failing, Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        folders.write_folder(network._saved, tmp_path)
+    assert not any((tmp_path / name).exists() for name in ("config.json", "model.safetensors"))
 
 
 IMAGE = np.arange(3 * 40 * 56, dtype=np.uint32).reshape(40, 56, 3).astype(np.uint8)

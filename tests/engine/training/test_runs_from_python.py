@@ -80,6 +80,8 @@ def test_a_second_thread_is_refused(tmp_path, monkeypatch):
         ("model=typo", ValueError, "Could not find 'model/typo'"),
         ("hydra.run.dir=elsewhere", ValueError, "only applies to the command line.*folder=DIR"),
         ("--multirun", ValueError, "only applies to the command line"),
+        ("--config-dir=mine", ValueError, "only applies to the command line: start ccnet-train with it"),
+        ("resume=.", ValueError, r"folder=.*/run, but resume=\. continues .*: set folder=\., or .* init=\.$"),
         (["seed=1"], TypeError, r"got list: pass each option as a string"),
     ],
 )
