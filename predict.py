@@ -86,7 +86,8 @@ def _segment(
     compare = len(loaded) > 1 or config.labels is not None
     _check_options(config)
     endings = _endings(config)
-    prediction.check_outputs(images, output, endings, [prediction.COMPARISON] if compare else [])
+    reserved = [prediction.COMPARISON] if compare else []
+    prediction.check_outputs(images, output, endings, reserved)
     truth = _ground_truth(config, loaded[0], images)
     framework = training.choose_framework(config.framework, config.device)
     predictors = [_predictor(config, saved, framework) for saved in loaded]
@@ -122,8 +123,7 @@ def _segment(
             print(line)
         if done := len(images) - len(skipped.images):
             print(f"masks and overlays in {output}, images: {done}")
-        others = [prediction.COMPARISON] * compare + [path.name for path in [video_path] if path]
-        _name_earlier_files(images, output, endings, skipped, others)
+        _name_earlier_files(images, output, endings, skipped, reserved)
     skipped.report(len(images))
 
 
@@ -203,10 +203,10 @@ def _name_earlier_files(
     output: Path,
     endings: Sequence[str],
     skipped: "SkippedImages",
-    others: Sequence[str] = (),
+    reserved: Sequence[str] = (),
 ) -> None:
     """Print what an earlier prediction of these images left in ``output``."""
-    if earlier := prediction.earlier_files(images, output, endings, skipped.images, others):
+    if earlier := prediction.earlier_files(images, output, endings, skipped.images, reserved):
         more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
         print(f"left by an earlier prediction: {earlier[0]}{more}")
 

@@ -111,24 +111,20 @@ def earlier_files(
     output: Path,
     endings: Sequence[str],
     skipped: Collection[InputImage] = (),
-    others: Sequence[str] = (),
+    reserved: Sequence[str] = (),
 ) -> list[Path]:
     """Return what an earlier prediction of these images left in the output folder and this one has not written.
 
-    These are files of the images, files of further frames, which the input has lost since, a comparison, and videos.
+    These are files of the images, files of further frames, which the input has lost since, and a comparison.
 
     Args:
-        images, output, endings: see :func:`check_outputs`.
+        images, output, endings, reserved: see :func:`check_outputs`.
         skipped: those of the images for which nothing was written.
-        others: names of other files that this prediction has written, such as "comparison.png".
     """
-    from ..drawing.video import SUFFIXES  # imports numpy
-
     written = {f"{image.name}{ending}" for image in images if image not in skipped for ending in endings}
-    written |= {str(folder) for image in images for folder in image.name.parents} | {*others}
+    written |= {str(folder) for image in images for folder in image.name.parents} | {*reserved}
     names = [f"{image.name}{ending}" for image in images for ending in _ENDINGS]
     names += [*_frame_files(images, output), COMPARISON]
-    names += sorted(path.name for path in output.glob("*.*") if path.suffix.lower() in SUFFIXES)
     return [output / name for name in dict.fromkeys(names) if name not in written and (output / name).exists()]
 
 

@@ -138,15 +138,15 @@ def test_files_of_an_earlier_prediction_are_found(tmp_path):
     assert earlier_files(images, tmp_path, every) == []
 
 
-def test_a_comparison_a_video_and_lost_frames_of_an_earlier_prediction_are_found(tmp_path):
+def test_a_comparison_and_lost_frames_of_an_earlier_prediction_are_found(tmp_path):
     images = [image("in/deep/a.tif", f"deep/a_000{frame + 1}")._replace(frame=frame) for frame in range(2)]
     write(
         tmp_path, *(f"deep/a_000{number}.png" for number in range(1, 4)), "deep/a_0003_overlay.png", "deep/b_0001.png"
     )
-    write(tmp_path, "deep/a_12.png", "comparison.png", "old.mp4", "new.GIF")
-    expected = [tmp_path / name for name in ("deep/a_0003.png", "deep/a_0003_overlay.png", "comparison.png", "old.mp4")]
-    assert earlier_files(images, tmp_path, [".png"], others=["new.GIF"]) == expected
-    assert earlier_files(images, tmp_path, [".png"], others=["new.GIF", "old.mp4", "comparison.png"]) == expected[:2]
+    write(tmp_path, "deep/a_12.png", "comparison.png")
+    expected = [tmp_path / name for name in ("deep/a_0003.png", "deep/a_0003_overlay.png", "comparison.png")]
+    assert earlier_files(images, tmp_path, [".png"]) == expected
+    assert earlier_files(images, tmp_path, [".png"], reserved=["comparison.png"]) == expected[:2]
 
 
 def test_a_subfolder_of_the_inputs_is_not_taken_for_an_earlier_file(tmp_path):
