@@ -142,7 +142,7 @@ def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_en
         assert (video.n_frames, video.height) == (3, 41)
         assert video.width > 57  # the legend
     again = run_entry("predict.py", checkpoints.split(",")[0] + "]", f"input={frames}", f"output={tmp_path / 'out'}")
-    assert f"left by an earlier prediction: {tmp_path / 'out' / '0_attention.png'} and 2 more\n" in again.stdout
+    assert f"left by an earlier prediction: {tmp_path / 'out' / '0_attention.png'} and 3 more\n" in again.stdout
     assert "left by an earlier" not in done.stdout
 
 

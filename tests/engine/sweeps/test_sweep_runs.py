@@ -87,7 +87,7 @@ def test_a_run_of_a_sweep_that_is_resumed_alone_keeps_its_overrides(tmp_path):
     folder = tmp_path / "0"
     training.run(*ONE_STEP, "model.head.recurrence=1", "seed=3", folder=folder)
     before = json.loads((folder / "result.json").read_text())["overrides"]
-    training.run(f"resume={folder}", "recipe.max_iters=2", "num_workers=0", folder=tmp_path)
+    training.run(f"resume={folder}", "recipe.max_iters=2", "num_workers=0", folder=folder)
     assert json.loads((folder / "result.json").read_text())["overrides"] == before | {"recipe.max_iters": 2}
     assert before["model.head.recurrence"] == 1
 
