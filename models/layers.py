@@ -16,8 +16,9 @@ def conv_bn_relu(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1, negative_slope: float = 0.0
 ) -> nn.Sequential:
     """Return a size-preserving convolution followed by batch norm and ReLU (leaky if ``negative_slope`` is not 0)."""
+    padding = dilation * (kernel_size // 2)  # a number, because quantisers of exported graphs do not support "same"
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", dilation=dilation, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else nn.ReLU(inplace=True),
     )

@@ -15,10 +15,13 @@ class GlobalConvolution(nn.Module):
         super().__init__()
         tall, wide = (kernel_size, 1), (1, kernel_size)
         self.left, self.right = (
-            nn.Sequential(*(nn.Conv2d(channels, channels, kernel_size=size, padding="same") for size in order))
-            for order in ((tall, wide), (wide, tall))
+            nn.Sequential(*(_convolution(channels, size) for size in order)) for order in ((tall, wide), (wide, tall))
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module; the shape (N, C, H, W) is unchanged."""
         return self.left(x) + self.right(x)
+
+
+def _convolution(channels: int, size: tuple[int, int]) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, size, padding=(size[0] // 2, size[1] // 2))

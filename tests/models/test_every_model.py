@@ -136,3 +136,8 @@ def test_unsuitable_images_produce_a_single_sentence(network):
         with pytest.raises(ValueError, match=message) as error:
             network(torch.rand(shape))
         assert "\n" not in str(error.value)
+
+
+def test_convolutions_are_padded_by_numbers(built):
+    """Quantisers of exported graphs, such as torchao's for x86, do not support ``padding="same"``."""
+    assert not any(isinstance(layer.padding, str) for layer in built.modules() if isinstance(layer, nn.Conv2d))
