@@ -111,7 +111,7 @@ def _check_called(overrides: Sequence[object]) -> None:
 
 
 def _check_resumed(config: DictConfig, folder: Path, option: str) -> None:
-    """Raise ValueError if ``resume`` names another folder than `option`, to which nothing would be written."""
+    """Raise ValueError if `option` is not the folder that ``resume`` names: nothing would be written to it."""
     if config.resume in (None, "auto"):
         return
     resumed = runtime.given_path(config.resume)

@@ -50,7 +50,7 @@ def first_look(dataset: Any, split: str, *, skip_broken: int = 0) -> list[str]:
 
 
 def unused_masks(datasets: Sequence[Any]) -> list[str]:
-    """Return a line if masks of the data sets, which may share a folder of masks, belong to no image."""
+    """Return one line about the masks that belong to no image, if any; the data sets may share a folder of masks."""
     found = [path for dataset in datasets for path in getattr(dataset, "masks_without_image", list)()]
     number = len(set(found))
     return [f"masks that belong to no image and are not used: {number}, such as {found[0]}"] if found else []

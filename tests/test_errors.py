@@ -152,9 +152,9 @@ def test_an_output_of_the_wrong_kind_is_rejected(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "export.py", "checkpoint=x", f"output={tmp_path}")
     assert f"error: output={tmp_path} is a folder: set the file to write, such as" in message
     message = refused(run_entry, tmp_path, "publish.py", f"checkpoint={checkpoints.DEFAULT}", f"output={tmp_path}/file")
-    assert f"error: output={tmp_path}/file is a file: set output=FOLDER" in message
+    assert f"error: {tmp_path}/file is a file, not a folder: choose another output" in message
     message = refused(run_entry, tmp_path, "check_data.py", *TINY[:1], f"output={tmp_path}/file/new")
-    assert f"error: {tmp_path}/file is a file: set output=FOLDER" in message
+    assert f"error: {tmp_path}/file is a file, not a folder: choose another output" in message
 
 
 def test_a_run_is_not_continued_in_another_folder(run_entry, tmp_path):

@@ -21,8 +21,8 @@ class VOC(ImagePairs):
         listed, images, *labels = layouts.VOC.find(root, split)
         # Some lists contain paths such as "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png".
         names = [Path(line.split()[0]).stem for _, line in read_list(listed)]
-        # VOC's own labels, where there are any, are finer than SBD's and outline the objects. SegmentationClassAug has
-        # copies of them if it comes from DeepLab, but if mmsegmentation wrote it, SBD's labels, and not for every name.
+        # VOC's own labels, where there are any, are finer than SBD's and outline the objects. The SegmentationClassAug
+        # that mmsegmentation's script writes has only SBD's, and none for some of the names.
         own = images.parent / "SegmentationClass"
         labelled = {path.stem for path in own.glob("*.png")}
         pairs = [

@@ -30,7 +30,7 @@ _SMALL = 1024  # elements; smaller tensors, such as the mean colour and norms of
 def write_folder(saved: Checkpoint, folder: Path) -> None:
     """Write config.json and model.safetensors; see :func:`half_precision` for smaller files.
 
-    Both are complete before either replaces an earlier one, so that a process that is killed leaves none or both.
+    Both are complete before either replaces an earlier one: a process that is killed while writing leaves neither.
 
     Args:
         saved: the checkpoint; its training state is not written.

@@ -1,4 +1,4 @@
-"""Switch a network to eval mode for the time of an evaluation."""
+"""Switch a network to eval mode for the duration of an evaluation."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

@@ -129,10 +129,10 @@ class FolderLock:
 
 
 def refuse_file(folder: Path, option: str) -> None:
-    """Raise ValueError if a folder that an option selects is a file, or would be inside one."""
+    """Raise ValueError if the folder that an option needs is a file, or would be inside one."""
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
-            raise ValueError(f"{f'{option}={path}' if path == folder else path} is a file: set {option}=FOLDER")
+            raise ValueError(f"{path} is a file, not a folder: choose another {option}")
 
 
 def holds_run(folder: Path) -> bool:

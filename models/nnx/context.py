@@ -59,7 +59,7 @@ def _is_plain(conv: Any) -> bool:
 
 
 def _project(conv: Any, x: Array) -> Array:
-    """Apply a projection to (N, *S, C); one that was replaced gets an image, whose height combines all axes but one."""
+    """Apply a projection to (N, *S, C). One that was replaced is called with an image, (N, H, W, C), for any S."""
     if _is_plain(conv):
         return conv.pointwise(x)
     projected = conv(x.reshape(x.shape[0], math.prod(x.shape[1:-2]), *x.shape[-2:]))

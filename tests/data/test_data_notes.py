@@ -67,7 +67,7 @@ def test_notes_are_printed(tmp_path, run_entry):
 
 
 def test_training_warns_of_masks_without_an_image_and_does_not_search_the_folders_again(tmp_path, monkeypatch):
-    """As after a copy of half of the images."""
+    """As when only half of the images were copied."""
     for name in "abcd":
         write_pair(tmp_path / "images" / f"{name}.png", tmp_path / "masks" / f"{name}.png", classes=2)
     folders = f"dataset.images={tmp_path / 'images'}", f"dataset.masks={tmp_path / 'masks'}", "dataset.classes=2"

@@ -166,7 +166,7 @@ def test_every_earlier_file_of_a_skipped_image_is_found(tmp_path):
 
 def test_an_output_that_is_a_file_is_rejected(tmp_path):
     (tmp_path / "a.jpg").touch()
-    with pytest.raises(ValueError, match=r"output=.*a\.jpg is a file: set output=FOLDER"):
+    with pytest.raises(ValueError, match=r"a\.jpg is a file, not a folder: choose another output"):
         check_outputs([], tmp_path / "a.jpg", [".png"], [])
 
 

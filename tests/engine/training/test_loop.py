@@ -153,7 +153,7 @@ def ask(loop):
 
 
 def kept(loop, name="last.pt"):
-    """Return the iteration of a checkpoint, from which the run would continue if it were killed now; 0 without one."""
+    """Return the iteration from which a run killed now would continue: that of its checkpoint, or 0 without one."""
     path = loop.folder / name
     return checkpoints.load(path).iteration if path.exists() else 0
 

@@ -19,7 +19,7 @@ DATASET = SimpleNamespace(classes=["road", "car"], palette=[[0, 0, 0], [255, 255
 
 
 class Recorder:
-    """A W&B run that records the calls of its methods."""
+    """A W&B run that records the calls to its methods."""
 
     run_id = "assigned"
 
