@@ -8,12 +8,17 @@ import io
 import os
 from collections import defaultdict
 from functools import cache
+from pathlib import Path
 
 import omegaconf.base
+from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.hydra import Hydra
 from omegaconf import OmegaConf
 from omegaconf.base import Metadata
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 @cache
@@ -53,11 +58,41 @@ def _is_packaged(self, path, find=ImportlibResourcesConfigSource.is_config):
     return _FOUND[self.path, path]
 
 
+_CHOSEN, _MERGED = {}, {}
+
+
+def _chosen(repo, config_name, overrides, *arguments, find=defaults_list._create_defaults_list, **named):
+    """Choose the files of a configuration once for every choice of groups, whatever the other options are."""
+    folders = {source.path for source in repo.get_sources() if source.scheme() == "file"}
+    if folders != {str(CONF)}:  # a test may change its own files
+        return find(repo, config_name, overrides, *arguments, **named)
+    groups = {name: value for name, value in vars(overrides).items() if name != "config_overrides"}
+    key = config_name, repr(groups), arguments, *named.items()
+    if key not in _CHOSEN:
+        files, tree = find(repo, config_name, overrides, *arguments, **named)
+        _CHOSEN[key] = files, tree, copy.deepcopy({name: vars(overrides)[name] for name in groups})
+        _MERGED[id(files)] = None
+    files, tree, after = _CHOSEN[key]
+    vars(overrides).update(copy.deepcopy(after))
+    return files, tree
+
+
+def _merged(self, defaults, repo, merge=ConfigLoaderImpl._compose_config_from_defaults_list):
+    """Merge files that `_chosen` keeps once."""
+    if id(defaults) not in _MERGED:
+        return merge(self, defaults, repo)
+    if _MERGED[id(defaults)] is None:
+        _MERGED[id(defaults)] = merge(self, defaults, repo)
+    return copy.deepcopy(_MERGED[id(defaults)])
+
+
 OmegaConf.load = _load_once
 omegaconf.base.parse = cache(omegaconf.base.parse)  # of interpolations such as ${num_classes}
 ImportlibResourcesConfigSource.is_config = _is_packaged
 Metadata.__deepcopy__ = _copy_flat
 Hydra.get_mode = _mode
+defaults_list._create_defaults_list = _chosen
+ConfigLoaderImpl._compose_config_from_defaults_list = _merged
 
 
 _DRAWN, _COSTS = set(), {}
