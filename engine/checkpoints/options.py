@@ -109,11 +109,16 @@ def _completed(
 
 def _defaults(now: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of the options that the code reads directly: those at the top level or in ``CHECKED``."""
-    base: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
-    in_file = flat(base)
+    in_file = _defaults_in_file()
     read = dict(now) | {name: value for name, value in flat(now).items() if name in CHECKED}
     composed = {name: value for name, value in read.items() if not is_given(name, given)}
     return {name: value for name, value in (composed | in_file).items() if "${" not in str(in_file.get(name))}
+
+
+@cache
+def _defaults_in_file() -> dict[str, Any]:
+    base: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    return flat(base)
 
 
 @cache

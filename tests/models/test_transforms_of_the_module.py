@@ -205,10 +205,10 @@ def test_compiles_without_a_graph_break(backend):
     assert_close(*results)
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
-def test_compiled_autograd(backend):
+@needs_interpreter
+def test_compiled_autograd():
     """It traces the hooks that recompute the projections."""
-    module, oracle, x = pair(backend)
+    module, oracle, x = pair("triton")
     results = []
     for network in (module, oracle):
         leaf = x.clone().requires_grad_()
