@@ -30,6 +30,7 @@ CSS = """
 _INTRODUCTION = """# Semantic segmentation with CCNet
 Drop, paste or choose an image. Then click a point in the overlay to see what that point attends to.
 """
+_EXAMPLES = "Generated examples (networks trained on photos misread parts of them)"
 _HINT = "Click a point in an overlay above to see what it attends to after R = 1, 2 and 3 passes."
 _NO_ATTENTION = "Attention is only shown for networks with one criss-cross module, such as ccnet."
 
@@ -55,7 +56,7 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
                     elem_id="photo",
                     height=260,
                 )
-                gr.Examples([[str(path)] for path in examples], inputs=[photo], label="Generated examples")
+                gr.Examples([[str(path)] for path in examples], inputs=[photo], label=_EXAMPLES)
                 opacity = gr.Slider(0, 1, value=_OPACITY, step=0.05, label="Opacity of the classes", elem_id="opacity")
             panels = [_Panel(title, index) for index, title in enumerate(viewer.titles)]
         gr.Markdown("## Attention")
