@@ -50,6 +50,10 @@ def forward(
     slabs: Any = (value, value_stride), (out, channels), (residual, residual_stride), (result, channels)
     problem = problem_of(call, max(strides), device.descriptors and _are_aligned(slabs))
     launches = plan.forward_launches(problem, device, residual is not None, save_out)
+    if query.is_cuda and any(planned.tile.descriptors for planned in launches):
+        # Encoding descriptors needs a CUDA context. A new thread, such as autograd's when it recomputes a checkpoint,
+        # has none on the first GPU: device guards do nothing there, and Triton only sets one when it launches.
+        torch.cuda.set_device(query.device)
     # A pass reads the previous statistics while it writes its own. All are allocated first: filling new memory, as for
     # deterministic algorithms, between two passes would keep them from overlapping.
     several_stats = [stats, *(torch.empty_like(stats) for _ in launches[1:])]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_calls import INTERPRETED, pinned
 
 from ccnet.kernels.call import Call, Options
@@ -76,3 +77,17 @@ def test_arrays_that_descriptors_cannot_describe_are_read_through_pointers(monke
     assert not uses_descriptors(half[..., :32], save_out=True)  # the output is kept in float32
     assert not uses_descriptors(half[..., :24])  # half a slab
     assert not uses_descriptors(half[:, :1, :32].expand(1, 80, 32))  # all pixels in one place
+
+
+@pytest.mark.parametrize(("length", "described"), [(80, True), (20, False)])
+def test_a_thread_without_a_cuda_context_gets_one_before_descriptors_are_encoded(monkeypatch, length, described):
+    """torch's device guards leave a new thread without one on the first GPU (pytorch#195256)."""
+    events = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: events.append(str(device)))
+    monkeypatch.setattr(launch, "run", lambda kernel, planned, *_: events.append(planned.tile.descriptors))
+    monkeypatch.setattr(passes, "device_of", lambda index: device_of(None))
+    monkeypatch.setattr(passes, "_are_aligned", lambda arrays: True)  # fake tensors have no addresses
+    with FakeTensorMode():
+        query, value = (torch.empty(1, length, width, dtype=torch.float16, device="cuda") for width in (8, 32))
+        passes.forward(Call(query, query, value, options_of((0,))), None, save_out=False)
+    assert events == (["cuda:0", True] if described else [False])
