@@ -12,6 +12,8 @@ def device_of(index: int | None) -> plan.Device:
     """Return the GPU properties that tile sizes depend on; None, the interpreter, is treated as a small Hopper GPU."""
     if index is None:
         return plan.Device("interpreter", (9, 0), 2, 232448, descriptors=True)
+    from .launch import is_interpreted  # imports Triton
+
     properties = torch.cuda.get_device_properties(index)
     arch = amd_arch(index)
     hopper = properties.major == 9 and not arch
@@ -23,7 +25,7 @@ def device_of(index: int | None) -> plan.Device:
         plan.AMD_SHARED_MEMORY[arch] if arch else properties.shared_memory_per_block_optin,  # pyrefly: ignore[missing-attribute]
         arch,
         descriptors=hopper,
-        overlaps=hopper,
+        overlaps=hopper and not is_interpreted(),  # the interpreter cannot run the instructions for it
     )
 
 

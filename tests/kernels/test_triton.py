@@ -3,12 +3,15 @@
 Only float32 and float16 are tested: the interpreter silently computes bfloat16 wrongly.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from triton_calls import DTYPES, INTERPRETED, TOLERANCE, check, last, make, pinned
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, split_channels
 from ccnet.kernels.launches import plan, problem
+from ccnet.kernels.torch_ops import passes
 from ccnet.kernels.torch_ops.devices import device_of
 
 pytestmark = INTERPRETED
@@ -233,3 +236,14 @@ def test_offsets_in_an_image_of_2_to_the_31_elements_are_64_bit():
     assert not plan.forward_launches(problem, device_of(None))[0].constants["WIDE"]
     far = problem._replace(widest_stride=2048)
     assert plan.forward_launches(far, device_of(None))[0].constants["WIDE"]
+
+
+def test_the_interpreter_runs_calls_on_a_hopper_gpu(monkeypatch):
+    """On such a GPU, passes overlap by instructions that the interpreter does not have."""
+    hopper = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, multi_processor_count=132)
+    hopper.shared_memory_per_block_optin = 232448
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: hopper)
+    device = device_of.__wrapped__(0)  # not cached
+    monkeypatch.setattr(passes, "device_of", lambda _: device)
+    query, key, value, residual, _ = make((3, 4), 8, 12, torch.float32)
+    check(last(criss_cross_attention), (query, key, value), residual.detach(), 2e-6)
