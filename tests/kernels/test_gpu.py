@@ -1,8 +1,10 @@
-"""The Triton kernels on a GPU: bfloat16, determinism, CUDA graphs, large offsets.
+"""The Triton kernels on a GPU: bfloat16, determinism, CUDA graphs, threads, large offsets.
 
 python -m pytest tests/kernels/test_gpu.py
 compute-sanitizer --tool memcheck python -m pytest tests/kernels/test_gpu.py -k sanitizer
 """
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -138,6 +140,16 @@ def test_cuda_graph():
     out.zero_()
     graph.replay()
     assert torch.equal(out, want)
+
+
+def test_a_new_thread_can_launch_the_kernels():
+    """They are compiled, and the memory is in the allocator's cache, so nothing else makes a CUDA context current."""
+    inputs = make((1, 97, 97))
+    for _ in range(2):
+        want = criss_cross_residual(*inputs)
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(criss_cross_residual, *inputs).result()
+    assert torch.equal(got, want)
 
 
 def test_compiles_for_every_size():
