@@ -295,6 +295,7 @@ def _run_forked(script, arguments, output, cwd, environment, hook, pictures):
     os.dup2(descriptor, 2)
     os.environ |= environment
     multiprocessing.set_start_method("fork", force=True)  # data workers must not inherit the server's start method
+    torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.2  # s; 5 is how long they outlive a killed process
     os.chdir(cwd)
     sys.argv = [str(ROOT / script), *arguments]
     faster.omit_here(pictures=not pictures)
