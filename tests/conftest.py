@@ -158,8 +158,14 @@ def _same_start():
 @pytest.fixture(autouse=True)
 def _without_pictures(request, monkeypatch):
     """Omit half of the work of a tiny run. Fixtures of a wider scope, such as `whole`, come first, and draw all."""
-    if "ccnet.train" in sys.modules or "run_entry" in request.fixturenames:  # otherwise, importing takes seconds
+    runs = "ccnet.train" in sys.modules or "run_entry" in request.fixturenames  # otherwise, importing takes seconds
+    if runs and "pictures" not in request.fixturenames:
         faster.omit_pictures_and_costs(monkeypatch)
+
+
+@pytest.fixture
+def pictures():
+    """Have a test draw all pictures and count all costs, as users' runs do."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -289,6 +295,7 @@ def _run_forked(script, arguments, output, cwd, environment, hook, pictures):
     os.dup2(descriptor, 2)
     os.environ |= environment
     multiprocessing.set_start_method("fork", force=True)  # data workers must not inherit the server's start method
+    torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.2  # s; 5 is how long they outlive a killed process
     os.chdir(cwd)
     sys.argv = [str(ROOT / script), *arguments]
     faster.omit_here(pictures=not pictures)

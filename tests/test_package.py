@@ -1,15 +1,17 @@
 """The wheel contains the whole package and nothing else, and the installed package runs from any folder."""
 
+import importlib
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 import zipfile
 from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, run_python
+from conftest import PATIENCE, ROOT, TINY, forked, run_python
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -114,9 +116,21 @@ def test_console_scripts_exist(python):
     )
 
 
+def use(site):
+    """Import the package in `site` instead of this repository's, which the server of `forked` has imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ccnet"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(site))
+    assert Path(importlib.import_module("ccnet.engine").__file__).is_relative_to(site)
+
+
 @pytest.mark.slow
-def test_training_writes_to_the_working_directory(python, tmp_path, installed):
+def test_training_writes_to_the_working_directory(tmp_path, installed):
     before = {path for path in installed.rglob("*") if "__pycache__" not in path.parts}
-    python("-m", "ccnet.train", *TINY, "recipe.max_iters=1")
+    script = installed / "ccnet" / "train.py"
+    arguments = [*TINY, "recipe.max_iters=1"]
+    run = forked(script, arguments, output=tmp_path / "printed", cwd=tmp_path, hook=partial(use, installed))
+    run.join(PATIENCE)
+    assert run.exitcode == 0, (tmp_path / "printed").read_text()
     assert len(list(tmp_path.glob("outputs/ccnet_synthetic/*/best.safetensors"))) == 1
     assert {path for path in installed.rglob("*") if "__pycache__" not in path.parts} == before

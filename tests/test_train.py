@@ -189,15 +189,20 @@ def test_a_sweep_ends_with_one_table_and_one_figure(tmp_path, run_entry):
     assert len(list(folder.glob("*/wandb/offline-run-*"))) == 2
 
 
-def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
+def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry, pictures):
     run_entry("train.py", *TINY_CAMVID, f"dataset.root={camvid_root}", "recipe.max_iters=2")
     (run_folder,) = (tmp_path / "outputs" / "ccnet_camvid").iterdir()
+    costs = json.loads((run_folder / "result.json").read_text())
+    weights = checkpoints.network(checkpoints.load(run_folder / "best.safetensors")).parameters()
+    assert costs["parameters"] == sum(weight.numel() for weight in weights) / 1e6 and costs["gflops"] > 0
     # On another machine, only the root has to be set again.
     moved = shutil.move(camvid_root, tmp_path / "moved")
     best = f"checkpoint={run_folder / 'best'}"
     run_entry("evaluate.py", best, f"dataset.root={moved}", *HERE, f"output={tmp_path / 'scores'}")
     scores = json.loads((tmp_path / "scores" / "best_val_whole.json").read_text())
     assert scores["miou"] == checkpoints.load(run_folder / "best.safetensors").scores["miou"]
+    for picture in ("best_val_whole.png", "best_val_whole_confusion.png"):
+        assert np.array(Image.open(tmp_path / "scores" / picture)).std() > 10
     missing = run_entry("evaluate.py", best, "device=cpu", ok=False)
     assert f"error: dataset.root={camvid_root} is not a folder: CamVid was expected there" in missing.stderr
 

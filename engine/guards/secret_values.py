@@ -1,6 +1,5 @@
 """Keep values of environment variables out of a run's files, which may be copied, shared and uploaded."""
 
-import itertools
 import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -30,12 +29,7 @@ def refuse_environment(config: DictConfig) -> None:
         config: the composed configuration, with its interpolations.
     """
     allowed = allowed_variables(config.get("allow_env"))
-    sources = [_from_environment(config)]
-    if HydraConfig.initialized():
-        node = "sweep" if in_sweep() else "run"  # this node names the run's folder
-        hydra: Any = HydraConfig.get()
-        sources.append(_from_environment(hydra[node], f"hydra.{node}"))
-    for option, names in itertools.chain(*sources):
+    for option, names in _from_environment(config):
         for name in sorted(names.difference(allowed)):
             if not _is_path(os.environ[name]):
                 raise ValueError(
@@ -99,19 +93,30 @@ def _is_path(value: str) -> bool:
     return os.path.isabs(value) and os.path.exists(value)
 
 
-def _from_environment(node: DictConfig | ListConfig, name: str = "") -> Iterator[tuple[str, set[str]]]:
+def _from_environment(config: DictConfig) -> list[tuple[str, set[str]]]:
+    """Return (option, names of the environment variables in its value) of the options that take their values so."""
+    with _recorded_variables() as recorded:
+        found = [*_sources(config, recorded)]
+        if HydraConfig.initialized():
+            node = "sweep" if in_sweep() else "run"  # this node names the run's folder
+            hydra: Any = HydraConfig.get()
+            found += _sources(hydra[node], recorded, f"hydra.{node}")
+    return found
+
+
+def _sources(node: DictConfig | ListConfig, recorded: set[str], name: str = "") -> Iterator[tuple[str, set[str]]]:
     """Yield (option, names of the environment variables in its value), following interpolations to other options."""
     keys = list(node) if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
         option = f"{name}.{key}" if name else str(key)
         if OmegaConf.is_missing(node, key):
             continue
-        with _recorded_variables() as names:
-            value = node[key]
-        if names:
-            yield option, names
+        recorded.clear()
+        value = node[key]
+        if recorded:
+            yield option, set(recorded)
         if isinstance(value, (DictConfig, ListConfig)):
-            yield from _from_environment(value, option)
+            yield from _sources(value, recorded, option)
 
 
 @contextmanager

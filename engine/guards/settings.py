@@ -10,9 +10,9 @@ from typing import Any, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 
-def plain(config: DictConfig, **values: Any) -> dict[str, Any]:
-    """Return a configuration as plain dicts and lists, with `values` set and interpolations resolved."""
-    return cast(dict[str, Any], OmegaConf.to_container(replaced(config, **values), resolve=True))
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain dicts and lists, with interpolations resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def replaced(config: DictConfig, **values: Any) -> DictConfig:

@@ -41,7 +41,6 @@ LAYOUTS = {
     "cityscapes": (write_cityscapes, ()),
     "lip": (write_lip, ()),
     "voc": (write_voc, ()),
-    "camvid": (write_camvid, ()),
     "camvid_full": (write_camvid_full, ()),
     "camvid_video": (write_camvid, ("dataset.full=false", "dataset.frames=3", "loss=ce_ohem")),
     "ade20k": (write_ade20k, ("recipe.train_transform.short_sides=[30,50]",)),
@@ -71,7 +70,6 @@ def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
     stem = f"best_val_{protocol}"
     scores = json.loads((tmp_path / "scores" / f"{stem}.json").read_text())
     assert 0 <= scores["miou"] <= 1
-    assert np.array(Image.open(tmp_path / "scores" / f"{stem}_confusion.png")).std() > 10
     masks = sorted((tmp_path / "scores" / f"{stem}_predictions").glob("*.png"))
     assert len(masks) == scores["images"]
 

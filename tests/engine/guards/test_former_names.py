@@ -23,7 +23,7 @@ RENAMED = {"DirectHead": "PyramidHead", "GivenLosses": "DetectionLoss"}
 
 
 def composed(*overrides):
-    return plain(configured("backbone=beacons", *overrides), num_classes=4)
+    return plain(configured("backbone=beacons", "num_classes=4", *overrides))
 
 
 def choices(group):

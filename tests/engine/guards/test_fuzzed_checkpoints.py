@@ -54,7 +54,7 @@ def contents(run):
     return {name: (run / name).read_bytes() for name in ("last.pt", "best.safetensors")}
 
 
-@examples(60)
+@examples(30)
 @given(data=st.data(), name=st.sampled_from(["last.pt", "best.safetensors"]))
 def test_fuzzed_bytes_of_a_checkpoint(contents, scratch, data, name):
     path = place(scratch, name, data.draw(damage(contents[name])))
@@ -62,7 +62,7 @@ def test_fuzzed_bytes_of_a_checkpoint(contents, scratch, data, name):
     assert labels is None or labels.shape == (1, 33, 33)
 
 
-@examples(60)
+@examples(30)
 @given(data=st.data())
 def test_fuzzed_content_of_a_checkpoint(run, scratch, data):
     """Mutate mainly the configuration, but also the rest, of both kinds of file; the checksums are valid."""

@@ -207,7 +207,7 @@ def test_auto_extends_a_shorter_run_but_never_one_of_a_sweep(whole, tmp_path, mo
 def test_a_run_of_the_requested_length_precedes_a_shorter_one_with_more_iterations(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "shorter")
     saved = checkpoints.load(whole / "previous.pt")
-    saved.config = plain(composed("recipe.max_iters=6"), num_classes=len(saved.classes))
+    saved.config = plain(composed("recipe.max_iters=6", f"num_classes={len(saved.classes)}"))
     (tmp_path / "same").mkdir()
     checkpoints.save(saved, tmp_path / "same" / "last.pt")
     for own in ("new", "shorter"):

@@ -95,7 +95,7 @@ class Run:
         """Wait until none of its processes is left and return the exit code."""
         self.until(lambda: not self.running)
         code = self._process.wait() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
-        end = time.monotonic() + PATIENCE  # data workers check every five seconds whether their parent is alive
+        end = time.monotonic() + PATIENCE  # data workers only notice after a while that their parent has died
         while members(self.pid):
             assert time.monotonic() < end, f"left behind: {members(self.pid)}"
             time.sleep(0.05)
