@@ -17,7 +17,7 @@ def options_of(axes):
     return Options(axes, 1.0, "ieee", channel_axis=-1, backend="triton")
 
 
-@pytest.mark.parametrize(("spatial", "axes"), [((7, 20), (0, 1)), ((3, 4, 5), (0, 1, 2)), ((9, 2), (0,))], ids=str)
+@pytest.mark.parametrize(("spatial", "axes"), [((7, 20), (0, 1)), ((2, 3, 4), (0, 1, 2)), ((9, 2), (0,))], ids=str)
 @pytest.mark.parametrize("save_out", [True, False])
 def test_descriptors_copy_the_same_slabs_as_pointers(spatial, axes, save_out):
     """Odd lines, slices of one projection, and a residual that is a slice as well."""

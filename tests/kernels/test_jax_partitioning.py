@@ -125,7 +125,7 @@ def test_arrays_of_any_sharding(wide, kind, of_query, of_value, axes):
     sharded = [jax.device_put(array, place) for array, place in zip(arrays, shardings, strict=True)]
     with jax.set_mesh(devices):
         out, *gradients = jax.jit(partial(both, axes=axes))(*sharded)
-        weights = criss_cross_weights(*sharded[:2], (1, 2), channel_axis=-1)
+        weights = jax.jit(partial(criss_cross_weights, position=(1, 2), channel_axis=-1))(*sharded[:2])
     if kind == AxisType.Explicit:
         assert out.sharding.is_equivalent_to(sharded[3].sharding, out.ndim)
     agree([out, *gradients], expected[axes])

@@ -114,11 +114,9 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_a_class_in_the_fourth_channel_is_learned_with_it_and_not_without_it(tmp_path):
+def test_a_class_that_only_the_fourth_channel_shows_is_learned(tmp_path):
     data = [*in_fourth_channel(tmp_path), "dataset.val_share=0.5", "recipe.max_iters=30"]
-    with_it = run(*data, *SMALL, "backbone.in_channels=4", "dataset.rgb=[3,3,3]", folder=tmp_path / "four")
-    without = run(*data, *SMALL, folder=tmp_path / "three")
-    assert with_it > 0.7 and without < 0.55
+    assert run(*data, *SMALL, "backbone.in_channels=4", "dataset.rgb=[3,3,3]", folder=tmp_path / "four") > 0.7
     network = ccnet.load(tmp_path / "four", device="cpu")
     found = network.predict(tmp_path / "images" / "0.png")
     pixels = np.array(Image.open(tmp_path / "images" / "0.png"))

@@ -160,7 +160,6 @@ def test_a_twin_that_computes_something_else_is_refused():
     before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
     with pytest.raises(ValueError, match=r"differs from timm's network by .*framework=torch"):
         comparison.compare(backbone, without_attention)
-    twin(backbone)
     assert all(torch.equal(before[key], tensor) for key, tensor in backbone.state_dict().items())
 
 
@@ -186,7 +185,7 @@ def test_rounding_alone_refuses_no_twin(monkeypatch):
 
 def backbones():
     """Return the timm models that this test lists: all of them take minutes, so the families' smallest are chosen."""
-    resnets = ["resnet10t", "ecaresnet26t", "resnetblur18"]
+    resnets = ["resnet10t", "resnetblur18"]
     return [*resnets, "mobilenetv2_035", "mobilenetv3_small_050", "mnasnet_small", "regnety_002", "convnextv2_atto"]
 
 
@@ -195,7 +194,7 @@ def test_supported_backbones_agree_with_timm(name):
     assert comparison.largest_difference(TimmBackbone(name), twins._twin) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["resnet50c", "resnet50d", "resnet50s", "mobilenetv2_035"])
+@pytest.mark.parametrize("name", ["resnet50d", "resnet50s"])
 def test_backbones_truncated_after_their_second_stage_agree_with_timm(name):
     assert comparison.largest_difference(TimmBackbone(name, out_indices=(1, 2)), twins._twin, (33, 47)) < 1e-4
 

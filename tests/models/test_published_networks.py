@@ -29,10 +29,11 @@ def test_the_authors_network(states, depth, recurrence, written):
     state = states["authors"] if depth == 50 else authors_state(depth)
     network = import_checkpoint(written(state), recurrence=recurrence)
     assert network.align_corners
+    sizes = [(41, 57), (40, 52)] if depth == 50 else [(40, 57)]
     # In 101 layers, rounding to float32 may add up to more than the tolerance.
     wide = {key: tensor.double() for key, tensor in state.items()}
     assert_same_logits(
-        network.double(), lambda image: authors_logits(wide, image, recurrence=recurrence), dtype=torch.float64
+        network.double(), lambda image: authors_logits(wide, image, recurrence=recurrence), sizes, torch.float64
     )
 
 

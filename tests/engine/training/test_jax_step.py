@@ -89,8 +89,7 @@ def assert_same_state(ours, theirs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("clip_norm", [None, 0.02])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "clip_norm"), [("sgd", 0.02), ("nesterov", None), ("adamw", 0.02)])
 def test_every_update_is_torchs_even_after_resuming(name, clip_norm):
     kind, options = OPTIMIZERS[name]
     networks = [network := Pointwise(), copy.deepcopy(network)]
