@@ -112,7 +112,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):
         assert torch.equal(broken.weights[key], tensor), key
 
 
-def test_a_non_finite_step_is_skipped(tmp_path, monkeypatch):
+def test_a_non_finite_step_is_counted(tmp_path, monkeypatch):
+    """That it changes nothing is tested in test_jax_step.py."""
     from ccnet.engine.training.steps.jax_step import JaxStep
 
     placed = []
@@ -125,7 +126,6 @@ def test_a_non_finite_step_is_skipped(tmp_path, monkeypatch):
     run(tmp_path, "framework=jax", *NO_DROPOUT, "skip_nonfinite=1")
     saved = checkpoints.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
-    assert all(values.isfinite().all() for values in saved.weights.values())
     assert [row["loss"] for row in read_records(tmp_path / "train.csv")].count("nan") == 1
 
 
