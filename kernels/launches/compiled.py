@@ -37,6 +37,8 @@ class Report(NamedTuple):
         tensor_core: whether the launch uses tensor cores.
         in_flight: the number of copies to shared memory that may still be in flight, at each wait in an innermost loop;
             None for AMD GPUs.
+        stores_early: whether it writes to global memory before it waits for the previous launch, which may still read
+            or write the same memory (``overlap.py``).
     """
 
     registers: int
@@ -44,6 +46,7 @@ class Report(NamedTuple):
     shared: int
     tensor_core: bool
     in_flight: tuple[int, ...] | None
+    stores_early: bool
 
 
 def compile_case(case: Case, device: Device) -> Report:
@@ -79,7 +82,7 @@ def report_on(compiled: Any, device: Device) -> Report:
         assembly = compiled.asm["amdgcn"]
         registers, stack = (_resource(assembly, name) for name in ("vgpr_count", "private_segment_fixed_size"))
         tensor_core = any(name in assembly for name in TENSOR_CORE)
-        return Report(registers, stack, compiled.metadata.shared, tensor_core, in_flight=None)
+        return Report(registers, stack, compiled.metadata.shared, tensor_core, in_flight=None, stores_early=False)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -87,8 +90,9 @@ def report_on(compiled: Any, device: Device) -> Report:
     match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert match is not None, usage
     registers, stack = map(int, match.groups())
-    tensor_core = any(name in compiled.asm["ptx"] for name in TENSOR_CORE)
-    return Report(registers, stack, compiled.metadata.shared, tensor_core, _in_flight(compiled.asm["ptx"]))
+    ptx = compiled.asm["ptx"]
+    tensor_core = any(name in ptx for name in TENSOR_CORE)
+    return Report(registers, stack, compiled.metadata.shared, tensor_core, _in_flight(ptx), _stores_early(ptx))
 
 
 def _resource(assembly: str, name: str) -> int:
@@ -103,6 +107,29 @@ def _in_flight(ptx: str) -> tuple[int, ...]:
     bodies = [body for _, body in loops]
     innermost = [body for body in bodies if not any(inner in body for inner in bodies if inner is not body)]
     return tuple(int(copies) for body in innermost for copies in re.findall(r"cp\.async\.wait_group\s+(\d+)", body))
+
+
+def _stores_early(ptx: str) -> bool:
+    """Follow every path from the start of a kernel to the wait, as the code of a loop may come before its start."""
+    if "griddepcontrol.wait" not in ptx:
+        return False
+    lines = ptx[ptx.index(".entry") :].splitlines()
+    labels = {match[1]: number for number, line in enumerate(lines) if (match := re.match(r"(\$\w+):", line))}
+    paths, seen = [0], set()
+    while paths:
+        for number in range(paths.pop(), len(lines)):
+            line = lines[number]
+            if number in seen or "griddepcontrol.wait" in line:
+                break
+            seen.add(number)
+            if re.search(r"\b(?:st|red|atom)\.\S*global|\.global\.shared", line):
+                return True
+            leaves = re.search(r"(@\S+\s+)?\b(?:ret|bra(?:\.uni)?\s+(\$\w+));", line)
+            if leaves and leaves[2]:
+                paths.append(labels[leaves[2]])
+            if leaves and not leaves[1]:
+                break
+    return False
 
 
 def _argument_type(name: str, case: Case) -> str:

@@ -151,6 +151,8 @@ def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
         return f"needs {report.shared} bytes of shared memory, the GPU has {shared_memory}"
     if not report.tensor_core:
         return "does not use tensor cores"
+    if report.stores_early:
+        return "writes to global memory before it waits for the previous launch"
     # With two stages, the loop waits for the copies it has just issued, which exposes their full latency.
     copies, stages = report.in_flight, case.launch.tile.num_stages
     if case.kernel == "backward" and stages > 2 and copies is not None and min(copies, default=0) == 0:

@@ -8,7 +8,7 @@ import pytest
 from ccnet.kernels.launches import launch_cases, launch_set, plan
 
 pytest.importorskip("triton", reason="triton is not installed")
-from ccnet.kernels.launches.compiled import Report
+from ccnet.kernels.launches.compiled import Report, _stores_early
 
 
 @pytest.mark.parametrize("unsound", [None, "sm_90"])
@@ -62,12 +62,36 @@ def test_every_kind_of_call_is_in_the_set(gpu):
         ({"stack": 8}, "forward", 3, "8 bytes of registers spilled"),
         ({"shared": 1001}, "forward", 3, "needs 1001 bytes of shared memory, the GPU has 1000"),
         ({"tensor_core": False}, "forward", 3, "does not use tensor cores"),
+        ({"stores_early": True}, "forward", 3, "writes to global memory before it waits for the previous launch"),
         ({"in_flight": (1, 0)}, "backward", 3, r"the loop over slabs waits for its last copy: (1, 0) in flight"),
         ({"in_flight": (1, 0)}, "backward", 2, None),
         ({"in_flight": (1, 0)}, "forward", 3, None),
     ],
 )
 def test_the_faults_of_a_compiled_launch(change, kernel, stages, fault):
-    report = Report(registers=128, stack=0, shared=1000, tensor_core=True, in_flight=(1, 2))._replace(**change)
+    report = Report(registers=128, stack=0, shared=1000, tensor_core=True, in_flight=(1, 2), stores_early=False)
+    report = report._replace(**change)
     launch = plan.Launch(1, 97, 1, {}, plan.Tile(64, 64, 64, 4, stages), {})
     assert launch_set.weakness(report, launch_cases.Case(kernel, launch, {}, {}), 1000) == fault
+
+
+STORE, TENSOR_STORE = "@%p1 st.global.v4.b32 [ %rd1 + 0 ], { %r1, %r2 };", "cp.async.bulk.tensor.3d.global.shared::cta"
+WAIT = "{ .reg .pred p; @p griddepcontrol.wait; }"
+
+
+@pytest.mark.parametrize(
+    ("lines", "early"),
+    [
+        ([WAIT, STORE, "ret;"], False),
+        (["st.shared.b32 [%r1], %r2;", "ld.global.b32 %r1, [%rd1];", WAIT, TENSOR_STORE, "ret;"], False),
+        ([STORE, WAIT, "ret;"], True),
+        ([TENSOR_STORE, WAIT, "ret;"], True),
+        ([STORE, "ret;"], False),  # nothing to wait for
+        # The end of a loop may come before its start.
+        (["bra.uni $L__BB0_2;", "$L__BB0_1:", STORE, "@%p2 bra $L__BB0_2;", "ret;", "$L__BB0_2:", WAIT,
+          "bra.uni $L__BB0_1;"], False),
+        (["@%p2 bra $L__BB0_1;", WAIT, "$L__BB0_1:", STORE, "ret;"], True),  # the branch skips the wait
+    ],
+)  # fmt: skip
+def test_stores_on_a_path_without_the_wait_are_found(lines, early):
+    assert _stores_early("\n".join([".visible .entry kernel(", ")", "{", *lines, "}"])) == early
