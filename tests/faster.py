@@ -113,7 +113,7 @@ def _chosen(repo, config_name, overrides, *arguments, find=defaults_list._create
 
 
 def _merged(self, defaults, repo, merge=ConfigLoaderImpl._compose_config_from_defaults_list):
-    """Merge files that `_chosen` keeps once."""
+    """Merge the files of each choice once."""
     if id(defaults) not in _MERGED:
         return merge(self, defaults, repo)
     if _MERGED[id(defaults)] is None:

@@ -117,7 +117,7 @@ def test_console_scripts_exist(python):
 
 
 def use(site):
-    """Import the package in `site` instead of this repository's, which the server of `forked` has imported."""
+    """Replace this repository's package, which the server of `forked` has imported, by the one in `site`."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "ccnet"]:
         del sys.modules[name]
     sys.path.insert(0, str(site))

@@ -37,7 +37,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Return the folder of a run; beside it, "halfway" is what a kill after its first save would leave."""
+    """Return the folder of a finished run. "halfway" beside it is what a kill after the first save would have left."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     halfway = folder.with_name("halfway")
 
@@ -113,7 +113,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):
 
 
 def test_a_non_finite_step_is_counted(tmp_path, monkeypatch):
-    """That it changes nothing is tested in test_jax_step.py."""
+    """test_jax_step.py tests that such a step changes nothing."""
     from ccnet.engine.training.steps.jax_step import JaxStep
 
     placed = []

@@ -94,7 +94,7 @@ def _is_path(value: str) -> bool:
 
 
 def _from_environment(config: DictConfig) -> list[tuple[str, set[str]]]:
-    """Return (option, names of the environment variables in its value) of the options that take their values so."""
+    """Return (option, names of environment variables) for each option whose value contains environment variables."""
     with _recorded_variables() as recorded:
         found = [*_sources(config, recorded)]
         if HydraConfig.initialized():

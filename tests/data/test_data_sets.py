@@ -138,7 +138,7 @@ def test_voc_reads_lists_of_names_or_paths_and_ignores_outlines(tmp_path):
 
 
 def test_voc_takes_its_own_labels_where_sbd_has_others_or_none(tmp_path):
-    """With the files of mmsegmentation's voc_aug.py, one image has no label of SBD, and another has both labels."""
+    """In the files that mmsegmentation's voc_aug.py writes, one image has no SBD label, and another has both labels."""
     folder = write_voc(tmp_path) / "VOC2012"
     (folder / "SegmentationClassAug" / "2007_000000.png").unlink()
     coarse = folder / "SegmentationClassAug" / "2007_000001.png"

@@ -150,7 +150,7 @@ def test_training_gives_the_same_outputs_gradients_and_statistics():
 
 
 def test_a_batch_sharded_over_devices_counts_as_one_batch():
-    """Statistics, loss and gradients are those of the whole batch, as on one device, on a mesh with explicit axes.
+    """On a mesh with explicit axes, statistics, loss and gradients are those of the whole batch, as on one device.
 
     Training shards over automatic axes: test_train_jax.py compares it with torch's.
     """

@@ -22,7 +22,7 @@ class Doubled(Conv):
 
 
 def with_neighbours(conv):
-    """Return a 3x3 convolution that computes the same, and whose first weight is not the one in its middle."""
+    """Return a 3x3 convolution with a 1x1 convolution's weights in its middle and zeros around them."""
     wide = torch.nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1)
     torch.nn.init.zeros_(wide.weight)
     wide.weight.data[:, :, 1:2, 1:2], wide.bias.data = conv.weight.data, conv.bias.data

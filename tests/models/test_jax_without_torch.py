@@ -39,7 +39,7 @@ def node(name, backbone="beacons"):
 @pytest.mark.parametrize("name", ["fcn", "ccnet", "hv", "hv_vh", "nonlocal", "pspnet", "deeplabv3", "gcn"])
 @torch.no_grad()
 def test_a_weight_file_gives_the_torch_networks_logits(name, tmp_path):
-    """Those of the twins are tested: only where the paddings of layers depend on the context are they computed here."""
+    """The twins' logits are tested. Here, they are computed only where the padding of layers depends on the context."""
     network = trained(name)
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     made = load_network(tmp_path / "weights.safetensors", node(name))

@@ -53,7 +53,7 @@ def assert_standard(path):
     ("name", "options"), [("ccnet", {"head__recurrence": 1}), ("pspnet", {"head__context__bins": [1, 3]})]
 )
 def test_onnx_reproduces_the_logits_with_standard_operators(name, options, tmp_path, request):
-    """At any size; test_a_network_for_clips_is_exported_for_clips repeats the attention, at a fixed size."""
+    """Images may have any size. The test of clips below exports attention at a fixed size."""
     if name == "pspnet":  # ccnet has one
         request.getfixturevalue("no_backbone")
     model = make(name, **options)
